@@ -84,6 +84,46 @@ async fn blocks_stay_in_memory_when_a_checkpoint_packs_them() {
     volume.close().await.unwrap();
 }
 
+/// The cache holds the disk, but not the disk and what was overwritten of it.
+async fn blocks_give_way_if(is_folded: bool) {
+    let mut bench = bench().await;
+    let volume = bench.open().await;
+    let size = 40 * MIB;
+    fill(&volume, size).await;
+    if is_folded {
+        volume.checkpoint().await.unwrap();
+    }
+    let is_changed = |at: &u64| at / BLOCK % 8 != 3;
+    let changed = || scattered(64 * MIB / BLOCK, 1).filter(|at| *at < size && is_changed(at));
+    let unchanged = || (0..size).step_by(4096).filter(|at| !is_changed(at));
+    let read_all = async |bench: &Bench, volume: &Volume| {
+        read_from_memory(bench, volume, changed(), 5).await;
+        bench.memory.reset_tallies();
+        for at in unchanged() {
+            let start = usize::try_from(at % MIB).unwrap();
+            assert_eq!(read(volume, at, BLOCK).await, pattern(at / MIB * MIB, 1 << 20)[start..start + 4096]);
+        }
+        assert_eq!(bench.gets("").requests, 0, "a block that was not overwritten was not in memory");
+    };
+    overwrite(&volume, changed(), 5).await;
+    read_all(&bench, &volume).await;
+    bench.memory.reset_tallies();
+    volume.checkpoint().await.unwrap();
+    assert_eq!(bench.gets("/journal/").bytes + bench.gets("/chunk/").bytes, 0, "all of it was in memory");
+    read_all(&bench, &volume).await;
+    volume.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn blocks_that_were_overwritten_give_way_to_those_that_were_not() {
+    blocks_give_way_if(true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn blocks_of_large_writes_that_were_overwritten_give_way_before_the_first_checkpoint() {
+    blocks_give_way_if(false).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_overwritten_again_and_again_takes_memory_once() {
     let mut bench = bench().await;

@@ -249,23 +249,33 @@ impl Clean {
         // Between the lookup and the insertion another task may insert other blocks of the piece, which are
         // lost then. They are only fetched again.
         let found = self.shard(&key).load().get(&key).await;
-        let kept = match found {
-            Some(kept) if blocks.mask() & !kept.held.mask() == 0 => return,
-            Some(kept) => kept.with(kept.held.joined(&blocks), self.taken_bytes()),
-            None => Kept::new(blocks, self.taken_bytes(), self.counts.evicted_bytes()),
-        };
-        self.keep(key, kept).await;
+        match found {
+            Some(kept) if blocks.mask() & !kept.held.mask() == 0 => {}
+            Some(kept) => {
+                let joined = kept.with(kept.held.joined(&blocks), self.taken_bytes());
+                self.keep(key, joined, kept.held.weight()).await;
+            }
+            None => {
+                self.keep(key, Kept::new(blocks, self.taken_bytes(), self.counts.evicted_bytes()), 0).await;
+            }
+        }
     }
 
-    /// Inserts a piece in place of what is held of it.
-    async fn keep(&self, key: CacheKey, kept: Kept) {
+    /// Inserts a piece in place of what is held of it, which takes `before` bytes.
+    async fn keep(&self, key: CacheKey, kept: Kept, before: u32) {
         let (shard, weight) = (self.shard(&key), kept.held.weight());
-        let kept = Arc::new(kept);
-        self.taken_bytes.fetch_add(u64::from(weight), Ordering::Relaxed);
-        self.unsettled_bytes.fetch_add(u64::from(weight), Ordering::Relaxed);
+        let (kept, more) = (Arc::new(kept), u64::from(weight.saturating_sub(before)));
+        self.taken_bytes.fetch_add(more, Ordering::Relaxed);
+        self.unsettled_bytes.fetch_add(more, Ordering::Relaxed);
         loop {
             let pieces = shard.load_full();
             self.counts.added(&key, weight);
+            if before > 0 {
+                // moka 0.12.16 does not change the weight of an entry in place without fault: if the entry is
+                // removed before its new weight is counted, the difference stays in the sum for good. A read
+                // that comes between these two fetches the piece.
+                pieces.invalidate(&key).await;
+            }
             pieces.insert(key, Arc::clone(&kept)).await;
             if Arc::ptr_eq(&pieces, &shard.load()) {
                 break;
@@ -285,7 +295,10 @@ impl Clean {
         match kept.held.mask() & mask {
             0 => self.shard(key).load().invalidate(key).await,
             left if left == kept.held.mask() => {}
-            left => self.keep(*key, kept.with(kept.held.only(left), self.taken_bytes())).await,
+            left => {
+                let some = kept.with(kept.held.only(left), self.taken_bytes());
+                self.keep(*key, some, kept.held.weight()).await;
+            }
         }
     }
 
@@ -295,8 +308,9 @@ impl Clean {
         if let Some(kept) = found {
             self.keep_only(key, &kept, !mask).await;
         }
-        // What was read ahead of it can be fetched again.
-        self.remove_ahead(key);
+        if self.ahead.mask(key) & !mask == 0 {
+            self.remove_ahead(key);
+        }
     }
 
     /// Returns what is held of a piece, of which the blocks in `mask` are read now. Counts as a use.
@@ -463,6 +477,30 @@ mod tests {
         for n in 0..1000 {
             assert_eq!(clean.get(&key(n), 1).await.mask(), u16::MAX, "piece {n}");
         }
+    }
+
+    /// As in a fold: block after block of the changes becomes a block of a page.
+    #[tokio::test]
+    async fn pieces_that_leave_block_by_block_make_room_for_as_many_bytes() {
+        let metrics = Metrics::new().volume("disk");
+        let clean = Clean::new(40 << 20, false);
+        clean.counts.volumes.lock().insert(Uuid::from_u128(7), metrics.clone());
+        let count = 512;
+        let block = || Bytes::from(vec![7; BLOCK_LEN]);
+        for n in 0..count {
+            clean.put(key(n), Held::apart(u16::MAX, (0..16).map(|_| block()).collect())).await;
+        }
+        for n in 0..count * 8 {
+            let (from, bit) = (n * 7919 % count, n / count * 2);
+            clean.let_go(&key(from), 1 << bit).await;
+            clean.let_go(&key(from), 2 << bit).await;
+            if n % 8 == 7 {
+                clean.put(key(1000 + n), page()).await;
+            }
+        }
+        clean.settle().await;
+        assert_eq!(counted(&metrics), (u64::from(count) * u64::from(page().weight()), 0));
+        assert_eq!(clean.held_bytes(), counted(&metrics).0, "what is counted is what there is");
     }
 
     #[tokio::test]

@@ -14,8 +14,8 @@ pub mod index;
 mod kept;
 mod load;
 pub mod moved;
+pub mod read_load;
 mod under_way;
-pub mod waiting;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -37,8 +37,8 @@ use self::held::Held;
 use self::index::{Index, MapView};
 use self::load::{Begun, Keep, Load, Loading, load_alone};
 use self::moved::{HeldBlock, Moved};
+use self::read_load::ReadLoad;
 use self::under_way::UnderWay;
-use self::waiting::Waiting;
 use crate::metrics::VolumeMetrics;
 use crate::mutant::{self, Mutant};
 use crate::store::Store;
@@ -112,8 +112,7 @@ pub struct PageCache {
     moved: Moved,
     /// Limit on the bytes of one GET.
     get_bytes: u64,
-    /// Reads of clients that wait for the store.
-    waiting: Waiting,
+    reads: ReadLoad,
     under_way: UnderWay,
     /// One permit for each GET of [`PageCache::fetch_ahead`].
     ahead: Arc<Semaphore>,
@@ -153,7 +152,7 @@ impl PageCache {
             ahead_used: Mutex::new(None),
             loading: Arc::default(),
             moved: Moved::default(),
-            waiting: Waiting::default(),
+            reads: ReadLoad::default(),
             under_way: UnderWay::default(),
             get_bytes,
             ahead: Arc::new(Semaphore::new(AHEAD_GETS)),
@@ -286,9 +285,9 @@ impl PageCache {
         self.clean.settle().await;
     }
 
-    /// Returns the count of the reads of clients that wait for the store.
-    pub(super) fn waiting(&self) -> &Waiting {
-        &self.waiting
+    /// Returns how much the reads of clients occupy the store and the processors.
+    pub(super) fn reads(&self) -> &ReadLoad {
+        &self.reads
     }
 
     /// Whether all wanted blocks of a piece are in memory.
@@ -370,7 +369,7 @@ impl PageCache {
         let misses = missing.len();
         self.clean.counts.asked(wanted, misses);
         if !missing.is_empty() {
-            let _waits = matches!(keep, Keep::Cached).then(|| self.waiting.begin());
+            let _waits = matches!(keep, Keep::Cached).then(|| self.reads.wait());
             self.fetch_missing(store, wanted, keep, missing, &mut parts).await;
         }
         let parts = parts.into_iter().map(|part| part.expect("in memory, or waited for")).collect();

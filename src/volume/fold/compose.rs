@@ -15,11 +15,12 @@ use crate::volume::cache::fetch::{CacheKey, Check, Fetch, Unit};
 use crate::volume::cache::moved::HeldBlock;
 use crate::volume::error::Error;
 use crate::volume::format::geometry::{BLOCK_BYTES, BLOCK_LEN, PAGE_BYTES, PAGE_LEN, SECTOR_LEN};
+use crate::volume::format::interval::gaps;
 use crate::volume::format::map::{Damage, SECTOR_MASK_BYTES};
 use crate::volume::read::base::BasePart;
 use crate::volume::read::reader_of;
 use crate::volume::shared::Shared;
-use crate::volume::state::piece::{InMemory, Piece, RecordRef, are_blocks};
+use crate::volume::state::piece::{InMemory, Piece, RecordRef};
 use crate::volume::state::segments::Committed;
 use crate::volume::store_exact::confirm_gone;
 
@@ -57,33 +58,32 @@ pub(super) struct ChangedBlock {
 /// Whether a block was in memory before a fold composed it, and as what.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Heat {
-    /// It was not.
+    /// It was not, or only as a block of an older object that newer changes have replaced.
     Cold,
     /// In parts, or as a block of an older object, which others may still read.
     Warm,
     /// As a block of a change, which nobody will read once the checkpoint is published.
     Changed(ChangedBlock),
+    /// As a block of a change that newer changes have replaced, so that only the fold reads it.
+    Replaced(ChangedBlock),
 }
 
 impl ChangedBlock {
     /// Returns the block of a change that is the block at `start`, in bytes, if there is one.
     fn of(shared: &Shared, changes: &Committed, start: u64) -> Option<Self> {
-        let (range, piece) = changes.pieces.at(start)?;
-        let Piece::Data { record, change, at } = piece else { return None };
-        let at = at + (start - range.start);
-        let is_block = at.is_multiple_of(BLOCK_BYTES) && are_blocks(record.place(*change).length);
-        if range.end < start + BLOCK_BYTES || !is_block {
-            return None;
-        }
-        let (named, blocks) = record.held_as(*change);
-        let key = CacheKey { volume: shared.keys.volume(), unit: Unit::Change(record.slot, named) };
-        let bit = blocks.start + u32::try_from(at / BLOCK_BYTES).expect("a change is at most a page");
+        let (slot, named, bit) = changes.block_of_change(start)?;
+        let key = CacheKey { volume: shared.keys.volume(), unit: Unit::Change(slot, named) };
         Some(Self { from: HeldBlock { key, bit } })
     }
 
     /// Makes reads find the block as `to`, which has the same bytes. Frees its memory.
     pub(super) async fn moves(self, shared: &Shared, to: HeldBlock) {
         shared.env.cache.moved(self.from, to).await;
+    }
+
+    /// Frees the memory of the block.
+    pub(super) async fn leaves(self, shared: &Shared) {
+        shared.env.cache.let_go([(self.from.key, 1 << self.from.bit)]).await;
     }
 }
 
@@ -98,20 +98,19 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Adds the content of a range that lies within one page: what is `below`, given by a call, and the
-    /// changes of a checkpoint over it. Returns how the changes cover it.
+    /// Adds the content of a range that lies within one page: the changes of a checkpoint, and between them
+    /// what `below` returns for a part of the range.
     pub(super) fn add(
         &mut self,
         shared: &Shared,
         range: Range<u64>,
         changes: &Committed,
-        below: impl FnOnce() -> Vec<(Range<u64>, BasePart)>,
+        below: impl Fn(Range<u64>) -> Vec<(Range<u64>, BasePart)>,
     ) {
         let mut composition = Composition { range: range.clone(), parts: Vec::new(), hot: 0 };
         let mut changed: Vec<(Range<u64>, Piece)> = changes.pieces.overlaps(range.clone()).collect();
-        let covered: u64 = changed.iter().map(|(part, _)| part.end - part.start).sum();
-        if covered < range.end - range.start {
-            for (part, base) in below() {
+        for gap in gaps(range, changed.iter().map(|(part, _)| part.clone())) {
+            for (part, base) in below(gap) {
                 let source = match base {
                     BasePart::Zero { .. } => Source::Zero,
                     BasePart::Lost(_) => Source::Lost,
@@ -249,14 +248,29 @@ impl Composition {
         self.parts.push((within(part.start)..within(part.end), source));
     }
 
-    /// Returns whether a block of its page was in memory, and as what. `bit` is the number of the block.
-    pub(super) fn heat_of(&self, shared: &Shared, changes: &Committed, bit: u32) -> Heat {
+    /// Returns whether a block of its page was in memory, and as what. `bit` is the number of the block, and
+    /// `newer` has the blocks of the page that newer changes than these have replaced.
+    pub(super) fn heat_of(&self, shared: &Shared, changes: &Committed, bit: u32, newer: u16) -> Heat {
         if self.hot >> bit & 1 == 0 {
             return Heat::Cold;
         }
-        let page = self.range.start / PAGE_BYTES * PAGE_BYTES;
-        let block = ChangedBlock::of(shared, changes, page + u64::from(bit) * BLOCK_BYTES);
-        block.map_or(Heat::Warm, Heat::Changed)
+        let block = ChangedBlock::of(shared, changes, self.page() + u64::from(bit) * BLOCK_BYTES);
+        match (block, newer >> bit & 1 == 1) {
+            (None, false) => Heat::Warm,
+            (None, true) => Heat::Cold,
+            (Some(block), false) => Heat::Changed(block),
+            (Some(block), true) => Heat::Replaced(block),
+        }
+    }
+
+    /// Returns the blocks of its page that durable changes replace which are newer than the checkpoint.
+    pub(super) fn newer(&self, shared: &Shared) -> u16 {
+        shared.state.lock().committed.replaced_in_page(self.page())
+    }
+
+    /// The offset of its page, in bytes.
+    fn page(&self) -> u64 {
+        self.range.start / PAGE_BYTES * PAGE_BYTES
     }
 
     /// Records that a part was in memory.

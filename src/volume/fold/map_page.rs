@@ -343,7 +343,7 @@ impl Folder {
                 } else {
                     folding
                 };
-                batch.add(shared, range.clone(), changes, || page.below(range));
+                batch.add(shared, range, changes, |part| page.below(part));
             }
             let fetched = batch.fetch(shared, folding.slots.len()).await?;
             let mut composed = Vec::with_capacity(jobs.len());
@@ -351,7 +351,7 @@ impl Folder {
                 let block = BlockIndex::at(composition.range.start % PAGE_BYTES).0;
                 let good = composition.compose(&fetched, bytes)?[usize::try_from(block).expect("of 16")];
                 let bit = u32::try_from(block).expect("of 16");
-                composed.push((good, composition.heat_of(shared, folding, bit)));
+                composed.push((good, composition.heat_of(shared, folding, bit, composition.newer(shared))));
             }
             // From here on nothing fails, so that each block is appended once.
             for (((block, moved), bytes), (good, heat)) in

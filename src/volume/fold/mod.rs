@@ -27,6 +27,7 @@ pub(super) mod snapshots;
 mod uniform;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +53,7 @@ use crate::volume::format::pack;
 use crate::volume::format::root::{MapPageRef, Root, RootTable};
 use crate::volume::keeper::HeadHandle;
 use crate::volume::read::base::names_chunk;
+use crate::volume::read::replaced;
 use crate::volume::shared::Shared;
 use crate::volume::state::piece::Piece;
 use crate::volume::state::segments::{Committed, Segments};
@@ -190,8 +192,9 @@ impl Folder {
         Ok(())
     }
 
-    /// Begins a step of a fold. Reads of clients that wait for the store go first, unless somebody waits for
-    /// the fold: a request, a snapshot, the end of the volume, or soon writes, because the journal grows.
+    /// Begins a step of a fold. Reads of clients go first if they wait for the store or occupy the processors,
+    /// unless somebody waits for the fold: a request, a snapshot, the end of the volume, or soon writes,
+    /// because the journal grows.
     async fn step<'a>(&self, made: &'a Made) -> Option<Step<'a>> {
         let is_pressed = || {
             let options = &self.shared.options;
@@ -204,7 +207,7 @@ impl Folder {
                 || state.committed.records() >= options.journal_max_records / 2
         };
         let patience = made.patience.as_ref()?;
-        Some(patience.step(self.shared.env.cache.waiting(), is_pressed).await)
+        Some(patience.step(self.shared.env.cache.reads(), is_pressed).await)
     }
 
     /// Moves the oldest segment into the state of being folded.
@@ -308,6 +311,16 @@ impl Folder {
             }
         }
         cache.remove(folded.into_iter().map(|unit| CacheKey { volume, unit })).await;
+        let newer: Vec<Range<u64>> = {
+            let state = self.shared.state.lock();
+            state
+                .committed
+                .oldest_first()
+                .flat_map(|segment| segment.pieces.iter())
+                .map(|(range, _)| range)
+                .collect()
+        };
+        cache.let_go(replaced::in_base(&self.shared.env, self.shared.keys, root, &newer).await).await;
         cache.settle().await;
         for (number, replaced) in &old.map_pages {
             if replaced.origin == 0 && root.map_pages.get(number).is_none_or(|page| page.id != replaced.id) {

@@ -18,7 +18,7 @@ use crate::volume::cache::moved::HeldBlock;
 use crate::volume::error::Error;
 use crate::volume::format::geometry::{BLOCK_BYTES, BlockIndex};
 use crate::volume::format::keys::ObjectId;
-use crate::volume::format::pack::{MAX_FRAMES, PackWriter};
+use crate::volume::format::pack::{self, MAX_FRAMES, PackWriter};
 use crate::volume::shared::Shared;
 
 /// The packs of a fold.
@@ -41,9 +41,6 @@ struct OpenPack {
     moved: Vec<(u32, ChangedBlock)>,
 }
 
-/// Capacity with which a pack begins, in bytes. It grows as needed.
-const PACK_BYTES: usize = 1 << 20;
-
 /// Where a block was put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Packed {
@@ -64,17 +61,21 @@ impl Packs {
         let frames = most_frames(shared);
         let open = self.open.get_or_insert_with(|| {
             let id = shared.next_id();
-            let writer = PackWriter::within(shared.keys.sealing(), id, shared.buffers().take(PACK_BYTES));
+            // Its memory is kept for the next pack, for which it must not have to grow.
+            let bytes = usize::try_from(pack::object_bytes(frames)).expect("at most 258 MiB");
+            let writer = PackWriter::within(shared.keys.sealing(), id, shared.buffers().take(bytes));
             OpenPack { id, writer, hot: (0, Vec::new()), moved: Vec::new() }
         });
         let frame = open.writer.frames();
         open.writer.block(block, payload);
-        if !matches!(heat, Heat::Cold) {
+        if matches!(heat, Heat::Warm | Heat::Changed(_)) {
             open.hot.0 |= 1 << (frame % 16);
             open.hot.1.extend_from_slice(payload);
         }
-        if let Heat::Changed(change) = heat {
-            open.moved.push((frame % 16, change));
+        match heat {
+            Heat::Cold | Heat::Warm => {}
+            Heat::Changed(change) => open.moved.push((frame % 16, change)),
+            Heat::Replaced(change) => change.leaves(shared).await,
         }
         let packed = Packed { pack: open.id, frame: u16::try_from(frame).expect("less than 65,535") };
         if frame % 16 == 15 {

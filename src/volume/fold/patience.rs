@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::volume::cache::waiting::Waiting;
+use crate::volume::cache::read_load::{ReadLoad, Seen};
 
-/// While clients wait for the store, a fold waits at most this many times as long as its steps took.
+/// While clients read, a fold waits at most this many times as long as its steps took.
 const WAITS: u32 = 8;
-/// Time without a waiting read after which a fold goes on. A client that reads one block after the other
-/// pauses between two reads, too.
+/// Time with few reads after which a fold goes on. A client that reads one block after the other pauses between
+/// two reads, too.
 const QUIET: Duration = Duration::from_millis(10);
 
 /// How long a fold has worked since it last let others go first.
 #[derive(Debug, Default)]
 pub(super) struct Patience {
-    /// Held by the step that waits. The others queue for it. Contains how many reads had come before.
-    turn: tokio::sync::Mutex<u64>,
+    /// Held by the step that waits. The others queue for it. Contains which reads there had been before.
+    turn: tokio::sync::Mutex<Option<Seen>>,
     /// The sum of the times that the steps took which have ended since the last wait.
     worked: parking_lot::Mutex<Duration>,
 }
@@ -32,11 +32,12 @@ pub(super) struct Step<'a> {
 }
 
 impl Patience {
-    /// Waits while reads of clients wait for the store, unless `is_pressed`. Then a step begins.
-    pub(super) async fn step(&self, reads: &Waiting, is_pressed: impl Fn() -> bool) -> Step<'_> {
-        let mut seen = self.turn.lock().await;
+    /// Waits while clients read much, unless `is_pressed`. Then a step begins.
+    pub(super) async fn step(&self, reads: &ReadLoad, is_pressed: impl Fn() -> bool) -> Step<'_> {
+        let mut turn = self.turn.lock().await;
+        let seen = turn.get_or_insert_with(|| reads.now());
         let until = Instant::now() + std::mem::take(&mut *self.worked.lock()) * WAITS;
-        while reads.any_since(&mut seen) && !is_pressed() {
+        while reads.is_high_since(seen) && !is_pressed() {
             let left = until - Instant::now();
             if left.is_zero() {
                 break;
@@ -60,7 +61,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     /// Lets some steps of a second each run at the same time. Returns how long the next step waits.
-    async fn waited(patience: &Patience, reads: &Waiting, steps: usize, is_pressed: bool) -> Duration {
+    async fn waited(patience: &Patience, reads: &ReadLoad, steps: usize, is_pressed: bool) -> Duration {
         let mut running = Vec::new();
         for _ in 0..steps {
             running.push(patience.step(reads, || true).await);
@@ -74,9 +75,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_fold_waits_in_proportion_to_its_work_and_only_while_clients_wait() {
-        let (patience, reads) = (Patience::default(), Waiting::default());
+        let (patience, reads) = (Patience::default(), ReadLoad::default());
         assert_eq!(waited(&patience, &reads, 1, false).await, Duration::ZERO, "nobody reads");
-        let read = reads.begin();
+        let read = reads.wait();
         assert_eq!(waited(&patience, &reads, 1, false).await, SECOND * WAITS);
         assert_eq!(waited(&patience, &reads, 3, false).await, SECOND * 3 * WAITS);
         assert_eq!(waited(&patience, &reads, 3, true).await, Duration::ZERO, "somebody waits for it");
@@ -85,7 +86,7 @@ mod tests {
         let step = patience.step(&reads, || false).await;
         tokio::time::sleep(SECOND).await;
         drop(step);
-        drop(reads.begin());
+        drop(reads.wait());
         let waits = Instant::now();
         drop(patience.step(&reads, || false).await);
         assert_eq!(waits.elapsed(), QUIET, "a read came a moment ago");

@@ -31,6 +31,8 @@ struct HotPage {
     held: Held,
     /// The changes that these blocks are in memory as, each with its block of the page.
     moved: Vec<(u32, ChangedBlock)>,
+    /// Blocks of changes that are to leave memory.
+    leaving: Vec<ChangedBlock>,
 }
 
 impl Folder {
@@ -67,7 +69,7 @@ impl Folder {
                 entry.allocated.insert(number);
             }
             let range = page_start..page_start + PAGE_BYTES;
-            batch.add(shared, range.clone(), folding, || page.below(range));
+            batch.add(shared, range, folding, |part| page.below(part));
         }
         let fetched = batch.fetch(shared, folding.slots.len()).await?;
         let (sealing, pages_per_chunk) = (shared.keys.sealing(), shared.geometry.pages_per_chunk());
@@ -120,12 +122,15 @@ impl Folder {
         let key = made.note(shared.keys.chunk(index, id));
         shared.env.store.bulk.put(&key, object.clone(), Condition::Always).await?;
         shared.metrics.put_bytes.of(ObjectKind::Chunk).inc_by(object.len() as u64);
-        for HotPage { page, held, moved } in hot {
+        for HotPage { page, held, moved, leaving } in hot {
             let page = if mutant::is(Mutant::NeighbourCached) { PageIndex(page.0 ^ 1) } else { page };
             let key = CacheKey { volume: shared.keys.volume(), unit: Unit::page(index, id, page) };
             shared.env.cache.insert(key, held).await;
             for (bit, change) in moved {
                 change.moves(shared, HeldBlock { key, bit }).await;
+            }
+            for change in leaving {
+                change.leaves(shared).await;
             }
         }
         Ok(())
@@ -139,12 +144,20 @@ impl Folder {
         folding: &Committed,
         bytes: &[u8],
     ) -> HotPage {
-        let change = |bit: u32| match composed.heat_of(&self.shared, folding, bit) {
-            Heat::Changed(change) => Some((bit, change)),
-            Heat::Cold | Heat::Warm => None,
-        };
-        let moved = (0..BLOCKS_PER_PAGE).filter_map(change).collect();
-        HotPage { page, held: chosen(composed.hot, bytes), moved }
+        let newer = composed.newer(&self.shared);
+        let (mut stays, mut moved, mut leaving) = (0, Vec::new(), Vec::new());
+        for bit in 0..BLOCKS_PER_PAGE {
+            match composed.heat_of(&self.shared, folding, bit, newer) {
+                Heat::Cold => {}
+                Heat::Warm => stays |= 1 << bit,
+                Heat::Changed(change) => {
+                    stays |= 1 << bit;
+                    moved.push((bit, change));
+                }
+                Heat::Replaced(change) => leaving.push(change),
+            }
+        }
+        HotPage { page, held: chosen(stays, bytes), moved, leaving }
     }
 }
 

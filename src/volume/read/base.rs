@@ -185,6 +185,12 @@ impl<'a> MapPlace<'a> {
         CacheKey { volume: self.owner.volume(), unit: unit(self.number, self.id) }
     }
 
+    /// Returns the map page with its overlays if it is in memory.
+    async fn held(&self) -> Option<LoadedMapPage> {
+        let view = self.env.cache.held_map_view(&self.cache_key(Unit::Map)).await?;
+        Some(LoadedMapPage { view, owner: self.owner })
+    }
+
     /// Fetches the map page, without its overlays.
     async fn fetch(&self) -> Result<MapPage, Error> {
         let Self { env, owner, geometry, number, id } = *self;
@@ -213,8 +219,8 @@ pub async fn map_page(
         Ok(place) => place,
         Err(mapped) => return Ok(mapped),
     };
-    if let Some(view) = env.cache.held_map_view(&place.cache_key(Unit::Map)).await {
-        return Ok(Mapped::Page(LoadedMapPage { view, owner: place.owner }));
+    if let Some(held) = place.held().await {
+        return Ok(Mapped::Page(held));
     }
     let load = async {
         let page = place.fetch().await?;
@@ -223,6 +229,17 @@ pub async fn map_page(
     // Boxed, because every read contains this future, and few reads need it.
     let view = Box::pin(env.cache.map_view(place.cache_key(Unit::Map), load)).await?;
     Ok(Mapped::Page(LoadedMapPage { view, owner: place.owner }))
+}
+
+/// Returns map page `number` of `root` with its overlays if it is an object and in memory.
+pub(crate) async fn held_map_page(
+    env: &Environment,
+    keys: Keys,
+    geometry: Geometry,
+    root: &Root,
+    number: u32,
+) -> Option<LoadedMapPage> {
+    MapPlace::of(env, keys, geometry, root, number).ok()?.held().await
 }
 
 /// As [`map_page`], but the overlays are not needed: they may be missing from the result, although the map
@@ -241,13 +258,12 @@ pub(crate) async fn map_entries(
         Ok(place) => place,
         Err(mapped) => return Ok(mapped),
     };
-    let owner = place.owner;
-    if let Some(view) = env.cache.held_map_view(&place.cache_key(Unit::Map)).await {
-        return Ok(Mapped::Page(LoadedMapPage { view, owner }));
+    if let Some(held) = place.held().await {
+        return Ok(Mapped::Page(held));
     }
     let load = async { Ok(Arc::new(MapView { page: place.fetch().await?, overlays: Vec::new() })) };
     let view = env.cache.map_view(place.cache_key(Unit::Entries), load).await?;
-    Ok(Mapped::Page(LoadedMapPage { view, owner }))
+    Ok(Mapped::Page(LoadedMapPage { view, owner: place.owner }))
 }
 
 /// Loads the overlays of a map page.

@@ -9,6 +9,7 @@ pub(super) mod ahead;
 pub mod base;
 pub(super) mod picture;
 pub(super) mod reader;
+pub(super) mod replaced;
 
 use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Range};
@@ -156,7 +157,9 @@ pub(super) async fn read_range(shared: &Shared, range: Range<u64>) -> Result<Vec
     let begun = tokio::time::Instant::now();
     let (segments, source) =
         look_up(shared, &range, |resolved| reader_of(shared).read_segments(resolved)).await?;
-    shared.metrics.read_duration.of(source).observe(begun.elapsed().as_secs_f64());
+    let took = begun.elapsed();
+    shared.env.cache.reads().took(took);
+    shared.metrics.read_duration.of(source).observe(took.as_secs_f64());
     Ok(segments)
 }
 

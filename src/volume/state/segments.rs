@@ -12,9 +12,9 @@ use tokio::time::Instant;
 
 use super::Sent;
 use super::layer::PIECE_WEIGHT;
-use super::piece::Piece;
+use super::piece::{Piece, are_blocks};
 use crate::mutant::{self, Mutant};
-use crate::volume::format::geometry::ChunkIndex;
+use crate::volume::format::geometry::{BLOCK_BYTES, ChunkIndex, PAGE_BYTES};
 use crate::volume::format::head::Checkpoint;
 use crate::volume::format::interval::IntervalMap;
 use crate::volume::format::keys::{ObjectId, Slot};
@@ -65,6 +65,22 @@ impl Committed {
     #[must_use]
     pub fn reach(&self, size_bytes: u64) -> u64 {
         self.resized.map_or(size_bytes, |resized| resized.max(size_bytes))
+    }
+
+    /// Returns the block of a change that is all of the block at `start`, in bytes, if there is one: the slot of
+    /// its record, the number of the change that names it in the cache, and its place there.
+    #[must_use]
+    pub fn block_of_change(&self, start: u64) -> Option<(Slot, u32, u32)> {
+        let (range, piece) = self.pieces.at(start)?;
+        let Piece::Data { record, change, at } = piece else { return None };
+        let at = at + (start - range.start);
+        let is_block = at.is_multiple_of(BLOCK_BYTES) && are_blocks(record.place(*change).length);
+        if range.end < start + BLOCK_BYTES || !is_block {
+            return None;
+        }
+        let (named, blocks) = record.held_as(*change);
+        let within = u32::try_from(at / BLOCK_BYTES).expect("a change is at most a page");
+        Some((record.slot, named, blocks.start + within))
     }
 
     /// Adds a durable commit.
@@ -126,6 +142,20 @@ impl Segments {
     #[must_use]
     pub fn resized(&self) -> Option<u64> {
         self.closed.iter().rev().find_map(|segment| segment.resized)
+    }
+
+    /// Returns the blocks of the page at `start`, in bytes, each of which one change replaces: one bit for each.
+    #[must_use]
+    pub fn replaced_in_page(&self, start: u64) -> u16 {
+        let mut replaced = 0;
+        for segment in self.oldest_first() {
+            for (part, _) in segment.pieces.overlaps(start..start + PAGE_BYTES) {
+                for block in (part.start - start).div_ceil(BLOCK_BYTES)..(part.end - start) / BLOCK_BYTES {
+                    replaced |= 1 << block;
+                }
+            }
+        }
+        replaced
     }
 
     /// Removes and returns the oldest segment, which may be empty.

@@ -7,7 +7,6 @@
 //! references are durable. A commit is settled only when all before it are. No flush succeeds before its
 //! commit is settled.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,13 +24,16 @@ use crate::volume::error::Error;
 use crate::volume::format::codec::Checksum;
 use crate::volume::format::geometry::{BLOCK_BYTES, BLOCK_LEN, PAGE_BYTES, PAGE_LEN};
 use crate::volume::format::head::Checkpoint;
-use crate::volume::format::interval::IntervalMap;
+use crate::volume::format::interval::{IntervalMap, gaps};
 use crate::volume::format::keys::Slot;
 use crate::volume::format::record::{Change, RecordKind, RecordWriter};
+use crate::volume::format::root::Root;
 use crate::volume::format::snapshot::Snapshot;
+use crate::volume::read::replaced::{self, Blocks};
 use crate::volume::shared::{Progress, Shared};
 use crate::volume::state::layer::DirtyLayer;
 use crate::volume::state::piece::{ChunkRef, DataPlace, Piece, RecordRef, are_blocks, insert_data};
+use crate::volume::state::segments::Committed;
 use crate::volume::state::{InFlight, Sent, Stage, State, Status};
 use crate::volume::store_exact::{Placed, create_exact};
 
@@ -308,10 +310,11 @@ impl Sender {
     /// first gap.
     async fn settle(&self, n: u64) {
         let shared = &self.shared;
-        let mut settled: Vec<InFlight> = Vec::new();
-        let mut replaced: BTreeMap<Unit, u16> = BTreeMap::new();
+        // Each with the parts that changes which are not folded yet had replaced already.
+        let mut settled: Vec<(InFlight, Vec<Range<u64>>)> = Vec::new();
+        let mut replaced = Blocks::new();
         let now = Instant::now();
-        let fold;
+        let (fold, below);
         {
             let mut state = shared.state.lock();
             if matches!(state.status, Status::Stopped(_)) {
@@ -322,16 +325,21 @@ impl Sender {
             while state.in_flight.front().is_some_and(|commit| commit.durable) {
                 let commit = state.in_flight.pop_front().expect("just seen");
                 let Stage::Sent(sent) = &commit.stage else { panic!("durable before it was sent") };
-                state.committed.merge(sent, now, |range, piece| note_replaced(&mut replaced, &range, piece));
-                settled.push(commit);
+                let mut known = Vec::new();
+                state.committed.merge(sent, now, |range, piece| {
+                    note_replaced(&mut replaced, shared, &range, piece);
+                    known.push(range);
+                });
+                settled.push((commit, known));
             }
+            below = (state.folding.clone(), Arc::clone(&state.root));
             fold = shared.wants_fold(&state);
             shared.gauge(&state);
         }
         if mutant::is(Mutant::AnsweredOutOfOrder) {
             shared.progress.update(|progress| progress.durable_n = progress.durable_n.max(n));
         }
-        let Some(last) = settled.last() else { return };
+        let Some((last, _)) = settled.last() else { return };
         let durable_n = last.n;
         shared.progress.update(|progress| progress.durable_n = progress.durable_n.max(durable_n));
         shared.commit_wake.notify_one();
@@ -339,13 +347,13 @@ impl Sender {
             shared.fold_wake.notify_one();
         }
         // The permits are returned however this ends: a task may be cancelled at any await.
-        let held = |commit: InFlight| (Permits { shared, permits: commit.permits }, commit);
+        let held =
+            |(commit, known): (InFlight, _)| (Permits { shared, permits: commit.permits }, commit, known);
         let settled: Vec<_> = settled.into_iter().map(held).collect();
-        let volume = shared.keys.volume();
-        let replaced = replaced.into_iter().map(|(unit, blocks)| (CacheKey { volume, unit }, blocks));
         shared.env.cache.let_go(replaced).await;
-        for (_permits, commit) in settled {
+        for (_permits, commit, known) in settled {
             if let Stage::Sent(sent) = &commit.stage {
+                self.let_go_below(sent, known, &below).await;
                 shared.metrics.commits.inc();
                 shared.metrics.commit_bytes.inc_by(sent.bytes);
                 shared.metrics.commit_duration.observe((now - commit.cut_at).as_secs_f64());
@@ -354,6 +362,26 @@ impl Sender {
             }
         }
         shared.rest_buffers();
+    }
+
+    /// Lets go of the blocks that a commit has replaced in what is `below` the commits that are not folded yet.
+    /// `known` are the parts of the commit below which it replaces nothing.
+    async fn let_go_below(
+        &self,
+        sent: &Sent,
+        known: Vec<Range<u64>>,
+        below: &(Option<Arc<Committed>>, Arc<Root>),
+    ) {
+        let Shared { env, keys, .. } = &*self.shared;
+        let (folding, root) = below;
+        let first = first_changes(sent, known);
+        env.cache.let_go(replaced::in_base(env, *keys, root, &first).await).await;
+        // The fold still needs these. It can fetch them, if otherwise what clients read had to go.
+        if let Some(folding) = folding
+            && !env.cache.has_room(sent.bytes)
+        {
+            env.cache.let_go(replaced::in_changes(*keys, folding, &first)).await;
+        }
     }
 
     /// Moves the data of a durable record from its body into the page cache.
@@ -400,14 +428,32 @@ fn held_of<'a>(record: &'a RecordRef, body: &'a [u8]) -> impl Iterator<Item = (u
     })
 }
 
-/// Records which blocks in the cache nobody will read again, because a later change has replaced the last
-/// part of what they belong to. `range` is the part of `piece` that was replaced.
-fn note_replaced(blocks: &mut BTreeMap<Unit, u16>, range: &Range<u64>, piece: &Piece) {
-    if let Piece::Data { record, change, .. } = piece
-        && record.replace(*change, range.end - range.start)
-    {
-        let (named, replaced) = record.held_as(*change);
-        *blocks.entry(Unit::Change(record.slot, named)).or_default() |= mask_of(&replaced);
+/// Returns the parts of a commit that no change had replaced before which is not folded yet. `known` are the
+/// others, in order.
+fn first_changes(sent: &Sent, known: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    let mut known = known.into_iter().peekable();
+    let mut first = Vec::new();
+    for (range, _) in sent.pieces.iter() {
+        let within = std::iter::from_fn(|| known.next_if(|part| part.end <= range.end));
+        first.extend(gaps(range.clone(), within));
+    }
+    first
+}
+
+/// Records which blocks in the cache nobody will read again, because a later change has replaced them, or the
+/// last part of what they belong to. `range` is the part of `piece` that was replaced.
+fn note_replaced(blocks: &mut Blocks, shared: &Shared, range: &Range<u64>, piece: &Piece) {
+    match piece {
+        Piece::Data { record, change, .. } if record.replace(*change, range.end - range.start) => {
+            let (named, replaced) = record.held_as(*change);
+            let key = CacheKey { volume: shared.keys.volume(), unit: Unit::Change(record.slot, named) };
+            *blocks.entry(key).or_default() |= mask_of(&replaced);
+        }
+        Piece::Chunk(chunk, _) => {
+            let start = shared.geometry.chunk_range(chunk.index).start;
+            replaced::add_chunk(blocks, shared.keys, chunk, &(range.start - start..range.end - start));
+        }
+        Piece::Data { .. } | Piece::Block(..) | Piece::Zero { .. } => {}
     }
 }
 
