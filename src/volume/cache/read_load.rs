@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Reads occupy the processors if the sum of their times is more than the time that has passed divided by
-/// this. Reads of 4 KiB from memory take a few microseconds each, so it takes some 15,000 of them in a second.
-/// The server spends more time than that on each, elsewhere.
+/// this. Reads of 4 KiB from memory take a few microseconds each, so it takes some 15,000 of them in a
+/// second. The server spends more time than that on each, elsewhere.
 const BUSY_PART: u32 = 16;
 
 /// The reads of clients, of all volumes.

@@ -192,9 +192,9 @@ impl Folder {
         Ok(())
     }
 
-    /// Begins a step of a fold. Reads of clients go first if they wait for the store or occupy the processors,
-    /// unless somebody waits for the fold: a request, a snapshot, the end of the volume, or soon writes,
-    /// because the journal grows.
+    /// Begins a step of a fold. Reads of clients go first if they wait for the store or occupy the
+    /// processors, unless somebody waits for the fold: a request, a snapshot, the end of the volume, or soon
+    /// writes, because the journal grows.
     async fn step<'a>(&self, made: &'a Made) -> Option<Step<'a>> {
         let is_pressed = || {
             let options = &self.shared.options;
@@ -313,12 +313,9 @@ impl Folder {
         cache.remove(folded.into_iter().map(|unit| CacheKey { volume, unit })).await;
         let newer: Vec<Range<u64>> = {
             let state = self.shared.state.lock();
-            state
-                .committed
-                .oldest_first()
-                .flat_map(|segment| segment.pieces.iter())
-                .map(|(range, _)| range)
-                .collect()
+            let pieces = state.committed.oldest_first().flat_map(|segment| segment.pieces.iter());
+            // The others may cover all of the disk.
+            pieces.filter(|(_, piece)| matches!(piece, Piece::Data { .. })).map(|(range, _)| range).collect()
         };
         cache.let_go(replaced::in_base(&self.shared.env, self.shared.keys, root, &newer).await).await;
         cache.settle().await;

@@ -11,8 +11,8 @@ use crate::volume::cache::read_load::{ReadLoad, Seen};
 
 /// While clients read, a fold waits at most this many times as long as its steps took.
 const WAITS: u32 = 8;
-/// Time with few reads after which a fold goes on. A client that reads one block after the other pauses between
-/// two reads, too.
+/// Time with few reads after which a fold goes on. A client that reads one block after the other pauses
+/// between two reads, too.
 const QUIET: Duration = Duration::from_millis(10);
 
 /// How long a fold has worked since it last let others go first.

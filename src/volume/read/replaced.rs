@@ -19,6 +19,9 @@ use crate::volume::state::segments::Committed;
 /// Blocks of pieces of the cache: one bit for each of the 16 that share a key.
 pub(crate) type Blocks = BTreeMap<CacheKey, u16>;
 
+/// Number of ranges that are looked up before other tasks have their turn.
+const STEP: usize = 1024;
+
 /// The offsets, in bytes, of the blocks that lie wholly within a range.
 fn whole_blocks(range: &Range<u64>) -> impl Iterator<Item = u64> + use<> {
     (range.start.div_ceil(BLOCK_BYTES)..range.end / BLOCK_BYTES).map(|block| block * BLOCK_BYTES)
@@ -35,12 +38,15 @@ pub(crate) fn add_chunk(blocks: &mut Blocks, keys: Keys, chunk: &ChunkRef, part:
 }
 
 /// Returns the blocks of this volume's objects that `root` references and that lie wholly within one of the
-/// ranges. Leaves out what only map pages know that are not in memory.
+/// ranges. Takes memory for each block. Leaves out what only map pages know that are not in memory.
 pub(crate) async fn in_base(env: &Environment, keys: Keys, root: &Root, ranges: &[Range<u64>]) -> Blocks {
     let geometry = root.geometry;
     let (mut blocks, mut parts) = (Blocks::new(), Vec::new());
     let mut last = None;
-    for range in ranges {
+    for (number, range) in ranges.iter().enumerate() {
+        if number % STEP == STEP - 1 {
+            tokio::task::yield_now().await;
+        }
         let end = range.end / BLOCK_BYTES * BLOCK_BYTES;
         let mut at = range.start.next_multiple_of(BLOCK_BYTES);
         while at < end {

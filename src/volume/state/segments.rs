@@ -67,8 +67,8 @@ impl Committed {
         self.resized.map_or(size_bytes, |resized| resized.max(size_bytes))
     }
 
-    /// Returns the block of a change that is all of the block at `start`, in bytes, if there is one: the slot of
-    /// its record, the number of the change that names it in the cache, and its place there.
+    /// Returns the block of a change that is all of the block at `start`, in bytes, if there is one: the slot
+    /// of its record, the number of the change that names it in the cache, and its place there.
     #[must_use]
     pub fn block_of_change(&self, start: u64) -> Option<(Slot, u32, u32)> {
         let (range, piece) = self.pieces.at(start)?;
@@ -144,7 +144,8 @@ impl Segments {
         self.closed.iter().rev().find_map(|segment| segment.resized)
     }
 
-    /// Returns the blocks of the page at `start`, in bytes, each of which one change replaces: one bit for each.
+    /// Returns the blocks of the page at `start`, in bytes, that are replaced as a whole, each by one change:
+    /// one bit for each.
     #[must_use]
     pub fn replaced_in_page(&self, start: u64) -> u16 {
         let mut replaced = 0;

@@ -364,8 +364,8 @@ impl Sender {
         shared.rest_buffers();
     }
 
-    /// Lets go of the blocks that a commit has replaced in what is `below` the commits that are not folded yet.
-    /// `known` are the parts of the commit below which it replaces nothing.
+    /// Lets go of the blocks that a commit has replaced in what is `below` the commits that are not folded
+    /// yet. `known` are the parts of the commit below which it replaces nothing.
     async fn let_go_below(
         &self,
         sent: &Sent,
@@ -428,14 +428,17 @@ fn held_of<'a>(record: &'a RecordRef, body: &'a [u8]) -> impl Iterator<Item = (u
     })
 }
 
-/// Returns the parts of a commit that no change had replaced before which is not folded yet. `known` are the
-/// others, in order.
+/// Returns the parts of a commit's small changes that no change had replaced before which is not folded yet.
+/// `known` are the others, in order. Zeros and chunks are left out: they may cover all of a disk.
 fn first_changes(sent: &Sent, known: Vec<Range<u64>>) -> Vec<Range<u64>> {
     let mut known = known.into_iter().peekable();
     let mut first = Vec::new();
-    for (range, _) in sent.pieces.iter() {
+    for (range, piece) in sent.pieces.iter() {
         let within = std::iter::from_fn(|| known.next_if(|part| part.end <= range.end));
-        first.extend(gaps(range.clone(), within));
+        let parts = gaps(range.clone(), within);
+        if let Piece::Data { .. } = piece {
+            first.extend(parts);
+        }
     }
     first
 }
@@ -449,11 +452,12 @@ fn note_replaced(blocks: &mut Blocks, shared: &Shared, range: &Range<u64>, piece
             let key = CacheKey { volume: shared.keys.volume(), unit: Unit::Change(record.slot, named) };
             *blocks.entry(key).or_default() |= mask_of(&replaced);
         }
-        Piece::Chunk(chunk, _) => {
+        // Zeros may replace all of a disk. A small change is at most a page.
+        Piece::Chunk(chunk, _) if range.end - range.start <= PAGE_BYTES => {
             let start = shared.geometry.chunk_range(chunk.index).start;
             replaced::add_chunk(blocks, shared.keys, chunk, &(range.start - start..range.end - start));
         }
-        Piece::Data { .. } | Piece::Block(..) | Piece::Zero { .. } => {}
+        _ => {}
     }
 }
 
