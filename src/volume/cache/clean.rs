@@ -293,7 +293,7 @@ impl Clean {
     /// Keeps only those blocks of a piece that are in `mask`.
     async fn keep_only(&self, key: &CacheKey, kept: &Kept, mask: u16) {
         match kept.held.mask() & mask {
-            0 => self.shard(key).load().invalidate(key).await,
+            0 => self.invalidate(key).await,
             left if left == kept.held.mask() => {}
             left => {
                 let some = kept.with(kept.held.only(left), self.taken_bytes());
@@ -353,8 +353,14 @@ impl Clean {
 
     /// Removes a piece.
     pub(crate) async fn remove(&self, key: &CacheKey) {
-        self.shard(key).load().invalidate(key).await;
+        self.invalidate(key).await;
         self.remove_ahead(key);
+    }
+
+    async fn invalidate(&self, key: &CacheKey) {
+        self.shard(key).load().invalidate(key).await;
+        // Otherwise the room would be there only once moka comes to it, in real time.
+        self.settle_when_due().await;
     }
 
     fn remove_ahead(&self, key: &CacheKey) {
